@@ -1,0 +1,3 @@
+"""Cloister: an air-gapped LLM serving gateway."""
+
+__version__ = "0.1.0"

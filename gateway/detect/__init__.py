@@ -1,0 +1,1 @@
+"""Detectors of sensitive content and the streaming redactor."""

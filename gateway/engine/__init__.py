@@ -1,0 +1,1 @@
+"""Engines: launching and sealing them, watching them, and speaking to them."""

@@ -1,0 +1,1 @@
+"""Labels, decisions and obligations."""

@@ -1,0 +1,1 @@
+"""Alembic's migrations; the previous release must still run on the newest schema."""

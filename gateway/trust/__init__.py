@@ -1,0 +1,1 @@
+"""Keys, signed notes and durable files: standard library and `cryptography` only."""
