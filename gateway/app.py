@@ -110,10 +110,9 @@ class Gateway:
         answer = models.answer(exchange, self._directory)
         exchange.status, exchange.outcome = 200, "ok"
         await self._records.single(exchange, SERVED)
-        head = f"content-type: application/json\r\ncontent-length: {len(answer)}\r\nx-request-id: {exchange.request_id}\r\n"
-        head += f"x-audit-receipt: {exchange.receipt}\r\n"
+        head = _json_head(len(answer), exchange)
         if not exchange.responder.disconnected:
-            exchange.responder.begin(200, head.encode(), chunked=False, payload=answer)
+            exchange.responder.begin(200, head, chunked=False, payload=answer)
             exchange.responder.end()
         self._telemetry.request_answered(self._key(exchange), "ok")
 
@@ -158,15 +157,11 @@ class Gateway:
             return
         dialect = exchange.operation.dialect if exchange.operation else dialect_of(exchange.path)
         content = errors.body(refusal, dialect, exchange.request_id)
-        head = [
-            f"content-type: application/json\r\ncontent-length: {len(content)}\r\nx-request-id: {exchange.request_id}\r\n"
-        ]
-        if exchange.receipt is not None:
-            head.append(f"x-audit-receipt: {exchange.receipt}\r\n")
-        head += [f"{name}: {value}\r\n" for name, value in refusal.headers.items()]
+        extra = "".join(f"{name}: {value}\r\n" for name, value in refusal.headers.items())
         if refusal.close:
-            head.append("connection: close\r\n")
-        responder.begin(refusal.status, "".join(head).encode(), chunked=False, payload=content)
+            extra += "connection: close\r\n"
+        head = _json_head(len(content), exchange) + extra.encode()
+        responder.begin(refusal.status, head, chunked=False, payload=content)
         if refusal.close:
             responder.abort()
         else:
@@ -185,6 +180,12 @@ class Gateway:
         known = exchange.model if self._directory.get(exchange.model) is not None else ""
         operation, principal = exchange.operation, exchange.principal
         return (operation.name if operation else "", known, principal.tenant if principal else "")
+
+
+def _json_head(length: int, exchange: Exchange) -> bytes:
+    receipt = f"x-audit-receipt: {exchange.receipt}\r\n" if exchange.receipt is not None else ""
+    fixed = f"content-type: application/json\r\ncontent-length: {length}\r\n"
+    return f"{fixed}x-request-id: {exchange.request_id}\r\n{receipt}".encode()
 
 
 def _stage(exchange: Exchange) -> str:

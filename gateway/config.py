@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 HOME_VARIABLE = "CLOISTER_HOME"
 DEFAULT_HOME = ".cloister"
 STARTER = "starter"
+STARTER_ARGS = ("--max-model-len", "2048", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HOME_CHARS = 56
@@ -105,7 +106,8 @@ class StoreTable(_Table):
     """Where state lives."""
 
     url: str = Field(
-        default="sqlite:///state.db", description="sqlite:///FILE below CLOISTER_HOME, or postgresql+asyncpg://…")
+        default="sqlite:///state.db", description="sqlite:///FILE below CLOISTER_HOME, or postgresql+asyncpg://…"
+    )
 
     @field_validator("url")
     @classmethod
@@ -216,9 +218,20 @@ class Settings(_Table):
         return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+_TABLES: dict[int | str, type[BaseModel]] = {
+    "server": Server,
+    "ops": Ops,
+    "store": StoreTable,
+    "audit": Audit,
+    "policy": PolicyTable,
+    "identity": Identity,
+    "engine": Engine,
+}
+
+
 def default_settings() -> Settings:
     """The settings of `cloister up` without a file: the starter model, SQLite, loopback."""
-    return Settings(engine=(Engine(name=STARTER, model=STARTER, args=("--max-model-len", "2048")),))
+    return Settings(engine=(Engine(name=STARTER, model=STARTER, args=STARTER_ARGS),))
 
 
 def load(path: Path) -> Settings:
@@ -261,14 +274,9 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
     where = ".".join(str(part) for part in location) or "settings"
     if kind != "extra_forbidden":
         return f"{where}: {message.removeprefix('Value error, ')}"
-    table = type(Settings())
-    known: list[str] = list(table.model_fields)
+    known = list(Settings.model_fields)
     for part in location[:-1]:
-        annotation = {"engine": Engine, **{n: type(getattr(Settings(), n)) for n in known if n != "engine"}}.get(
-            str(part)
-        )
-        if annotation is not None:
-            known = list(annotation.model_fields)
+        known = list(_TABLES[part].model_fields) if part in _TABLES else known
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"{where}: unknown key" + (f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}")
 

@@ -141,7 +141,8 @@ class Supervisor:
         except BlockingIOError:
             holder = os.read(self._lock, 32).decode(errors="replace").strip()
             raise SupervisorError(
-                f"Cloister already runs on this state folder (process {holder}). Stop it, or set CLOISTER_HOME to another folder."
+                f"Cloister already runs on this state folder (process {holder}). "
+                "Stop it, or set CLOISTER_HOME to another folder."
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
@@ -200,7 +201,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._end([worker for worker in self._workers], self.settings.server.drain_s + 5.0)
+        await self._end(list(self._workers), self.settings.server.drain_s + 5.0)
         if self._listener is not None:
             self._listener.close()
         await self.engines.stop()
@@ -239,8 +240,9 @@ class Supervisor:
 
     def _start_auditor(self) -> "subprocess.Popen[bytes]":
         layout, audit = self.layout, self.settings.audit
-        command = [sys.executable, "-m", "gateway.audit.process", "--dir", str(layout.audit), "--key", str(layout.audit_key),
-                   "--socket", str(layout.auditor_socket), "--durability", audit.durability]  # fmt: skip
+        command = [sys.executable, "-m", "gateway.audit.process", "--dir", str(layout.audit),
+                   "--key", str(layout.audit_key), "--socket", str(layout.auditor_socket),
+                   "--durability", audit.durability]  # fmt: skip
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._hooks.child_output
         )
@@ -274,11 +276,12 @@ class Supervisor:
         settings_out, settings_in = os.pipe()
         ready_out, ready_in = os.pipe()
         listen = self._listener.fileno()
-        command = [sys.executable, "-m", "gateway.commands.worker", "--home", str(self.layout.home), "--settings-fd", str(settings_out),
-                   "--listen-fd", str(listen), "--ready-fd", str(ready_in)]  # fmt: skip
+        command = [sys.executable, "-m", "gateway.commands.worker", "--home", str(self.layout.home),
+                   "--settings-fd", str(settings_out), "--listen-fd", str(listen),
+                   "--ready-fd", str(ready_in)]  # fmt: skip
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.layout.metrics)}
         try:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=self._hooks.child_output, env=environment,
                 pass_fds=(settings_out, listen, ready_in),
             )  # fmt: skip

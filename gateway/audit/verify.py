@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gateway.audit import segment
 from gateway.audit.checkpoint import CHECKPOINT_FILE, KEY_FILE, Checkpoint, parse
+from gateway.audit.errors import RecordInvalid
 from gateway.audit.merkle import Frontier, leaf_hash
 from gateway.audit.record import MAX_RECORD_BYTES, VERSION, encode
 from gateway.audit.writer import GENESIS
@@ -78,14 +79,14 @@ class _Pass:
             self.report.add(where, "is not a whole record")
             return None
         try:
-            record = json.loads(line)
+            record: dict[str, object] = json.loads(line)
             canonical = isinstance(record, dict) and encode(record) + b"\n" == line
-        except ValueError:
-            canonical = False
+        except (ValueError, RecordInvalid):
+            canonical, record = False, {}
         if not canonical or record.get("v") != VERSION:
             self.report.add(where, "is not a record in canonical form")
             return None
-        request = record.get("request")
+        request = str(record.get("request"))
         if record.get("kind") == "req.begin":
             self.open.add(request)
         elif record.get("kind") in {"req.end", "req.aborted"} and request not in self.open:

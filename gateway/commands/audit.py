@@ -67,7 +67,8 @@ def verify(
             typer.echo(f"PROBLEM  {problem.where}: {problem.what}")
         verdict = "ok" if report.ok else "NOT ok"
         typer.echo(
-            f"{verdict}: {report.records} records, {report.signed} signed, {time.monotonic() - started:.1f} s, trust: {trust}"
+            f"{verdict}: {report.records} records, {report.signed} signed, "
+            f"{time.monotonic() - started:.1f} s, trust: {trust}"
         )
         if trust == "self_asserted":
             typer.echo(

@@ -173,7 +173,8 @@ Cloister serves {model!r}: no network for the engine, every request on record.
 
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="{key}")
-  print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{QUESTION}"}}]).choices[0].message.content)
+  question = {{"role": "user", "content": "{QUESTION}"}}
+  print(client.chat.completions.create(model="{model}", messages=[question]).choices[0].message.content)
 
   cloister audit verify    proves that no record was changed
   Ctrl-C                   stops it; running streams finish first

@@ -1,4 +1,4 @@
-"""The streaming client to an engine: pooled HTTP/1.1 connections over a unix socket or TCP, callbacks, no task per chunk.
+"""The streaming client to an engine: pooled HTTP/1.1 connections over a unix socket or TCP, no task per chunk.
 
 An answer is treated as hostile: header count and bytes, status, silence and total size are bounded, and a
 breach ends the exchange with `EngineAnswerError`. One connection carries one exchange at a time. Sources:
@@ -59,7 +59,8 @@ class EngineAddress:
     def head(self, path: bytes, request_id: str, length: int, *, method: bytes = b"POST") -> bytes:
         """The request line and header fields; nothing of the client's headers goes through."""
         return (
-            b"%b %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\nx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
+            b"%b %b HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\n"
+            b"x-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
             % (
                 method,
                 path,

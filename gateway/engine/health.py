@@ -69,7 +69,7 @@ def read_metrics(text: str) -> Observation:
 
 
 async def fetch(url: str, path: str, *, timeout_s: float = PROBE_S, authorization: str = "") -> tuple[int, bytes]:
-    """GET from an engine (`unix:/path` or `http://host:port`), bounded in time and size; raises OSError or ValueError."""
+    """GET from an engine (`unix:/path`, `http://host:port`), bounded in time and size; raises OSError, ValueError."""
     async with asyncio.timeout(timeout_s):
         if url.startswith("unix:"):
             reader, writer = await asyncio.open_unix_connection(url[5:])

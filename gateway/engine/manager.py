@@ -107,7 +107,7 @@ class EngineManager:
             )
             try:
                 await self._run_once(replica, number, digest, which)
-            except EngineError as error:
+            except (EngineError, OSError) as error:
                 self._set(engine, number, FAILED, detail=str(error), digest=digest)
                 self._on_event("engine.failed", {"engine": engine.name, "replica": number, "reason": str(error)[:300]})
             finally:
@@ -120,7 +120,7 @@ class EngineManager:
 
     async def _run_once(self, replica: Replica, number: int, digest: str, which: Flavour) -> None:
         engine = replica.engine
-        replica.start()
+        await replica.start()
         pid = replica.process.pid if replica.process else 0
         common: dict[str, Any] = {"digest": digest, "pid": pid, "version": which.version, "replica": replica}
         self._set(engine, number, STARTING, **common)

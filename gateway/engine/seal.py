@@ -77,20 +77,17 @@ def sandbox(run_dir: Path, read_only: Sequence[Path], environment: Mapping[str, 
     if program is None:
         raise EngineError(f"bubblewrap is missing, so the engine cannot be sealed. Install it: {INSTALL}")
     line = [program, "--unshare-user", "--unshare-net", "--unshare-ipc", "--unshare-pid", "--unshare-uts",
-        "--unshare-cgroup-try",
-            "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
+            "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
             "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]  # fmt: skip  # noqa: S108
-    for path in (*_SYSTEM, *_ETC, _TOPOLOGY):
-        if Path(path).is_symlink():
-            line += ["--symlink", str(Path(path).readlink()), path]
-        elif Path(path).exists():
-            line += ["--ro-bind", path, path]
+    for name in (*_SYSTEM, *_ETC, _TOPOLOGY):
+        if Path(name).is_symlink():
+            line += ["--symlink", str(Path(name).readlink()), name]
+        elif Path(name).exists():
+            line += ["--ro-bind", name, name]
     if gpu:
         for device in sorted(Path("/dev").glob("nvidia*")):
             line += ["--dev-bind", str(device), str(device)]
-        for path in _GPU:
-            if Path(path).exists():
-                line += ["--ro-bind", path, path]
+        line += [word for name in _GPU if Path(name).exists() for word in ("--ro-bind", name, name)]
     for path in _outermost([*_interpreter(), *read_only]):
         line += ["--ro-bind", str(path), str(path)]
     line += ["--bind", str(run_dir), str(run_dir), "--chdir", str(run_dir)]
@@ -106,7 +103,7 @@ def probe(command: Sequence[str]) -> SealReport:
         listener.listen(1)
         port = str(listener.getsockname()[1])
         try:
-            done = subprocess.run(  # noqa: S603
+            done = subprocess.run(
                 [*command, sys.executable, "-I", "-c", PROBE, port],
                 capture_output=True,
                 text=True,
