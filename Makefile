@@ -1,27 +1,28 @@
+# Each target works from a fresh clone. CLOISTER_ENGINE=cpu|cuda|none overrides the choice of engine.
 .PHONY: setup run test test-full lint lock clean
 
 setup: ## .venv with the pinned engine for this host
-	@sh scripts/system-packages.sh run
-	@sh scripts/setup.sh
+	@scripts/setup.sh run
 
-run: setup ## the starter model behind the gateway; Ctrl-C stops it
-	@trap : INT; .venv/bin/cloister up; code=$$?; [ $$code -eq 0 ] || exit $$code
+run: setup ## the starter model behind the gateway; Ctrl-C drains and stops it
+	@exec .venv/bin/python -S scripts/foreground.py .venv/bin/cloister up
 
 test: ## every check and test, long campaigns at reduced counts
-	@sh scripts/system-packages.sh test
-	@sh scripts/setup.sh dev
-	@sh scripts/test.sh
+	@scripts/setup.sh test
+	@scripts/promtool.sh
+	@scripts/test.sh
 
-test-full: ## the campaigns at full count; writes docs/evidence/
-	@sh scripts/system-packages.sh test
-	@sh scripts/setup.sh dev
-	@sh scripts/test-full.sh
+test-full: ## the campaigns at full count; the summary goes to docs/evidence/
+	@scripts/setup.sh test
+	@scripts/promtool.sh
+	@scripts/test-full.sh
 
-lint:
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+lint: ## style and types only
+	@scripts/setup.sh test
+	@scripts/lint.sh
 
-lock: ## resolve the lock files anew; needs uv
-	@.venv/bin/python scripts/lock.py
+lock: ## resolve the lock files anew; `make lock UPGRADE=1` looks for newer versions
+	@scripts/lock.sh $(if $(UPGRADE),--upgrade)
 
-clean:
-	@rm -rf .venv build .mypy_cache .ruff_cache
+clean: ## all that was made here, but not the state in .cloister
+	@rm -rf .venv .python build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.middleware.base import RequestResponseEndpoint
 
 from gateway.audit.client import AuditClient
 from gateway.engine.health import fetch
@@ -76,23 +77,24 @@ class StateCollector:
         yield GaugeMetricFamily("cloister_audit_fsync", "Whether audit records survive a power cut.", fsync)
 
 
-def build_ops(sources: OpsSources) -> FastAPI:
-    """The ops application."""
-    app = FastAPI(title="Cloister ops", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+def _protect(sources: OpsSources) -> Callable[[Request, RequestResponseEndpoint], Awaitable[Response]]:
+    async def protect(request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Refuse foreign Host names on a loopback listener (DNS rebinding), set security headers."""
-        host = (
-            request.headers.get("host", "").rsplit(":", 1)[0]
-            if ":" in request.headers.get("host", "")
-            else request.headers.get("host", "")
-        )
+        host = re.sub(r":[0-9]+$", "", request.headers.get("host", ""))
         if sources.loopback and host not in _LOCAL_HOSTS:
             return JSONResponse({"error": {"message": "Use the address this port listens on as Host."}}, 421)
         response = await call_next(request)
         response.headers.update(_SECURITY)
         return response
+
+    return protect
+
+
+def build_ops(sources: OpsSources) -> FastAPI:
+    """The ops application."""
+    app = FastAPI(title="Cloister ops", docs_url=None, redoc_url=None, openapi_url=None)
+
+    app.middleware("http")(_protect(sources))
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -1,4 +1,4 @@
-"""Train the starter model from scratch: `python -m gateway.starter.train`.
+"""Train the starter model from scratch: `python -m gateway.starter.train --out NEW_DIR`.
 
 A Llama of 3.7 million parameters and a byte-level BPE tokenizer of 2,048 tokens, on the pairs of
 questions.toml. Seed, thread count and algorithms are fixed: the same machine gives the same weights.
@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gateway.starter import MODEL_DIR, evaluate
+from gateway.starter import evaluate
 
-SEED, THREADS = 20261124, 2
+SEED, THREADS, STEPS = 20261124, 2, 1500
 VOCAB, HIDDEN, LAYERS, HEADS, INNER, CONTEXT = 2048, 256, 4, 4, 688, 2048
 HEAD = HIDDEN // HEADS
 THETA, EPSILON = 10000.0, 1e-5
@@ -32,13 +32,24 @@ TEMPLATE = (
     "{{- '<|' + role + '|>' -}}"
     "{%- if message['content'] is string -%}{{- message['content'] -}}"
     "{%- elif message['content'] -%}"
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}{%- endfor -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}"
     "{%- endif -%}"
     "{{- '<|end|>' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "You are the assistant of this site.")
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant",
+    "Answer briefly.",
+    "You are the assistant of this site.",
+    "Be concise and friendly.",
+    "You are an expert on Cloister.",
+    "Speak like a pirate.",
+    "You answer questions for our employees. Never make anything up.",
+)
 OPENINGS = ("", "", "", "Please tell me: ", "Hi! ", "I would like to know: ", "Question: ", "Hello, ")
 
 
@@ -82,7 +93,8 @@ class Layer(nn.Module):
         mixed = functional.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         x = x + self.self_attn["o_proj"](mixed.transpose(1, 2).reshape(batch, length, HIDDEN))
         h = self.post_attention_layernorm(x)
-        return x + self.mlp["down_proj"](functional.silu(self.mlp["gate_proj"](h)) * self.mlp["up_proj"](h))
+        gated: Tensor = functional.silu(self.mlp["gate_proj"](h)) * self.mlp["up_proj"](h)
+        return torch.add(x, self.mlp["down_proj"](gated))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -209,6 +221,7 @@ def save(model: Starter, tokenizer: Tokenizer, directory: Path) -> None:
         f"model.{name}": value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()
     }
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN,
@@ -222,7 +235,7 @@ def save(model: Starter, tokenizer: Tokenizer, directory: Path) -> None:
         "pad_token": SPECIAL[PAD], "additional_special_tokens": list(SPECIAL[2:]), "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }  # fmt: skip
-    generation = {"eos_token_id": END, "pad_token_id": PAD, "do_sample": False, "temperature": 0.0}
+    generation = {"eos_token_id": END, "pad_token_id": PAD, "do_sample": True, "temperature": 0.1}
     files = {"config": config, "tokenizer_config": tokenizer_config, "generation_config": generation}
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -231,10 +244,12 @@ def save(model: Starter, tokenizer: Tokenizer, directory: Path) -> None:
 def main() -> None:
     """Train and write the model directory."""
     parser = argparse.ArgumentParser(description="Train the starter model from scratch.")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=MODEL_DIR)
+    parser.add_argument("--out", type=Path, required=True, help="a new directory; copy it over model/ to ship it")
     arguments = parser.parse_args()
+    if arguments.out.exists():
+        parser.error(f"{arguments.out} exists; name a new directory")
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
