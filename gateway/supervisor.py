@@ -324,10 +324,14 @@ class Supervisor:
     async def _pump_outbox(self) -> None:
         store = await Store.open(self.settings.store.url, self.layout.home)
         try:
+            delivered = False
             while True:
-                with contextlib.suppress(StoreError, AuditUnavailable):
-                    while await pump_outbox(store, self.audit.append):
-                        pass
+                if not (store.unchanged() and delivered):
+                    delivered = False
+                    with contextlib.suppress(StoreError, AuditUnavailable):
+                        while await pump_outbox(store, self.audit.append):
+                            pass
+                        delivered = True
                 await asyncio.sleep(OUTBOX_S)
         finally:
             await store.close()

@@ -1,11 +1,13 @@
 """The gateway's side of the audit log: many appends per write, futures resolved as groups become durable.
 
-`append` never blocks and never raises: its future fails with AuditUnavailable at once while the auditor is
+One group is under way at a time: what is appended meanwhile becomes the next group, so that load makes
+groups larger instead of more frequent, and the auditor is woken once per group. `append` never blocks and never raises: its future fails with AuditUnavailable at once while the auditor is
 away, and at the deadline when it is silent. A lost connection is made again by itself.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,7 @@ class _Connection(asyncio.Protocol):
             self._client.greeted(self)
         whole = len(data) - len(data) % protocol.ANSWER.size
         self._buffer = data[whole:]
-        for number, status, index in protocol.ANSWER.iter_unpack(data[:whole]):
-            self._client.answered(number, status, index)
+        self._client.answered(protocol.ANSWER.iter_unpack(data[:whole] if self._buffer else data), whole)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client.lost(self)
@@ -59,6 +60,7 @@ class AuditClient:
         self._pending: dict[int, asyncio.Future[Located]] = {}
         self._ages: deque[tuple[int, float]] = deque()
         self._out: list[bytes] = []
+        self._under_way = 0  # records sent and not yet answered
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -106,7 +108,7 @@ class AuditClient:
             return future
         self._pending[number] = future
         self._ages.append((number, self._loop.time()))
-        if not self._out:
+        if not self._out and not self._under_way:
             self._loop.call_soon(self._flush)
         self._out += (protocol.REQUEST.pack(len(payload), number), payload)
         if self._timer is None:
@@ -127,15 +129,20 @@ class AuditClient:
     def greeted(self, connection: _Connection) -> None:
         """The auditor has named its log."""
 
-    def answered(self, number: int, status: int, index: int) -> None:
-        """One record is durable, or refused."""
-        future = self._pending.pop(number, None)
-        if future is None or future.done():
-            return
-        if status == protocol.OK and self._connection is not None:
-            future.set_result((self._connection.log_id, index))
-        else:
-            future.set_exception(AuditUnavailable("the auditor refused the record"))
+    def answered(self, answers: Iterator[tuple[int, int, int]], length: int) -> None:
+        """Some records are durable, or refused."""
+        pending, connection = self._pending, self._connection
+        self._under_way -= length // protocol.ANSWER.size
+        for number, status, index in answers:
+            future = pending.pop(number, None)
+            if future is None or future.done():
+                continue
+            if status == protocol.OK and connection is not None:
+                future.set_result((connection.log_id, index))
+            else:
+                future.set_exception(AuditUnavailable("the auditor refused the record"))
+        if self._out and self._under_way <= 0:
+            self._flush()
 
     def lost(self, connection: _Connection) -> None:
         """The connection is gone: nothing pending will be acknowledged."""
@@ -148,6 +155,7 @@ class AuditClient:
     def _flush(self) -> None:
         out, self._out = self._out, []
         if out and self._connection is not None and self._connection.transport is not None:
+            self._under_way = len(out) // 2
             self._connection.transport.write(b"".join(out))
 
     def _check_deadline(self) -> None:
@@ -167,6 +175,7 @@ class AuditClient:
         pending, self._pending = self._pending, {}
         self._ages.clear()
         self._out.clear()
+        self._under_way = 0
         for future in pending.values():
             if not future.done():
                 future.set_exception(AuditUnavailable("the auditor is gone"))

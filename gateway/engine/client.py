@@ -84,7 +84,7 @@ class EngineConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._header_bytes = self._header_count = 0
         self._answer_bytes = 0
-        self._headers_done = self._ended = self._interim = False
+        self._headers_done = self._ended = self._interim = self._reusable = False
         self._paused = False
         self.exchanges = 0
         self.touched_s = 0.0
@@ -152,7 +152,7 @@ class EngineConnection(asyncio.Protocol):
             sink.answer_data(pieces)
         if self._ended and self._sink is sink:
             self._sink = self._parser = None
-            self._pool.release(self, reusable=parser.should_keep_alive())
+            self._pool.release(self, reusable=self._reusable)
             sink.answer_ended()
 
     def eof_received(self) -> None:
@@ -215,6 +215,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._ended = not self._interim
+        self._reusable = cast("httptools.HttpResponseParser", self._parser).should_keep_alive()  # forgotten afterwards
 
 
 class EnginePool:

@@ -7,6 +7,8 @@ import asyncio
 import re
 from dataclasses import dataclass
 
+from gateway.engine.client import EngineAddress, EngineAnswerError, EnginePool, EngineUnreachable
+
 MAX_ANSWER_BYTES = 4 << 20
 PROBE_S = 5.0
 _SAMPLE = re.compile(r"^(vllm:[a-z_]+)(?:\{.*\})? ([0-9.eE+-]+)$", re.MULTILINE)
@@ -68,27 +70,45 @@ def read_metrics(text: str) -> Observation:
     return Observation(True, sums.get("vllm:num_requests_running"), sum(known) if known else None)
 
 
+class _Whole:
+    """Collects one bounded answer."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._status, self._parts = 0, list[bytes]()
+
+    def answer_started(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """See AnswerSink."""
+        self._status = status
+
+    def answer_data(self, pieces: list[bytes]) -> None:
+        """See AnswerSink."""
+        self._parts += pieces
+
+    def answer_ended(self) -> None:
+        """See AnswerSink."""
+        if not self.done.done():
+            self.done.set_result((self._status, b"".join(self._parts)))
+
+    def answer_failed(self, error: EngineAnswerError) -> None:
+        """See AnswerSink."""
+        if not self.done.done():
+            self.done.set_exception(ValueError(str(error)))
+
+
 async def fetch(url: str, path: str, *, timeout_s: float = PROBE_S, authorization: str = "") -> tuple[int, bytes]:
     """GET from an engine (`unix:/path`, `http://host:port`), bounded in time and size; raises OSError, ValueError."""
-    async with asyncio.timeout(timeout_s):
-        if url.startswith("unix:"):
-            reader, writer = await asyncio.open_unix_connection(url[5:])
-        else:
-            host, _, port = url.removeprefix("http://").rpartition(":")
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        try:
-            bearer = f"authorization: Bearer {authorization}\r\n" if authorization else ""
-            writer.write(f"GET {path} HTTP/1.0\r\nhost: engine\r\n{bearer}connection: close\r\n\r\n".encode())
-            data = b""
-            while len(data) < MAX_ANSWER_BYTES and (block := await reader.read(1 << 16)):
-                data += block
-        finally:
-            writer.close()
-    head, _, body = data.partition(b"\r\n\r\n")
-    status = head.split(b" ", 2)[1:2]
-    if not status or not status[0].isdigit():
-        raise ValueError("not an HTTP answer")
-    return int(status[0]), body
+    address = EngineAddress(url, authorization, max_answer_bytes=MAX_ANSWER_BYTES)
+    pool = EnginePool(address, asyncio.get_running_loop())
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection, whole = await pool.acquire(), _Whole()
+            connection.start(address.head(path.encode(), "health", 0, method=b"GET"), whole)
+            return await whole.done
+    except EngineUnreachable as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        pool.close()
 
 
 async def observe(url: str) -> Observation:

@@ -55,6 +55,7 @@ class KeyRing:
         self._verified: dict[str, _Known] = {}
         self._revision = -1
         self._fresh_at = monotonic()
+        self._complete = False  # whether all that was committed has been read
         self._window, self._lookups = 0, 0
 
     def authenticate(self, token: str) -> Principal:
@@ -99,6 +100,10 @@ class KeyRing:
     async def refresh(self) -> None:
         """Learn what has changed since the last refresh; a fault leaves the keys as they are, for STALE_S."""
         began = self._monotonic()
+        if self._store.unchanged() and self._complete:
+            self._fresh_at = began
+            return
+        self._complete = False
         try:
             async with self._store.transaction() as connection:
                 rows = (await connection.execute(select(api_key).where(api_key.c.revision > self._revision))).all()
@@ -109,6 +114,7 @@ class KeyRing:
         if rows:
             self._revision = max(row.revision for row in rows)
         self._fresh_at = began
+        self._complete = True
 
     def _learn(self, row: Row[Any]) -> None:
         principal = Principal(

@@ -1,25 +1,24 @@
 """The store: opens a database, brings its schema up to date, and hands out transactions.
 
 Every infrastructure fault is a StoreError, so that nobody mistakes it for a missing row. SQLite runs in WAL
-mode with full synchronisation; its file and folder are the owner's only.
+mode with full synchronisation; its file and folder are the owner's only. Migrations run in a process of
+their own, so that no process that serves carries the migration tool in memory.
 """
 
-import fcntl
+import asyncio
 import os
+import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event
+from sqlalchemy import event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA = "0001"  # the newest migration; their names sort in the order in which they are applied
 SQLITE = "sqlite:///"
 
 
@@ -32,6 +31,8 @@ class Store:
 
     def __init__(self, engine: AsyncEngine, file: Path | None) -> None:
         self._engine, self.file = engine, file
+        self._watch: sqlite3.Connection | None = None
+        self._watched: tuple[int, ...] = ()
 
     @classmethod
     async def open(cls, url: str, home: Path) -> "Store":
@@ -50,13 +51,32 @@ class Store:
             event.listen(engine.sync_engine, "connect", _set_pragmas)
         store = cls(engine, file)
         try:
-            with _MigrationLock(file):
-                async with engine.begin() as connection:
-                    await connection.run_sync(_migrate)
-        except (SQLAlchemyError, OSError) as error:
+            if await store._schema() < SCHEMA:
+                await _migrate(url)
+        except StoreError:
             await engine.dispose()
-            raise StoreError(f"the database cannot be opened ({type(error).__name__})") from error
+            raise
         return store
+
+    def unchanged(self) -> bool:
+        """Whether nothing was committed since the last call; a cheap exact answer for SQLite, else always False.
+
+        Source: SQLite's documentation of `PRAGMA data_version`.
+        """
+        if self.file is None:
+            return False
+        try:
+            status = self.file.stat()
+            identity = (status.st_dev, status.st_ino)
+            if self._watch is None or identity != self._watched[:2]:
+                self._forget_watch()
+                self._watch = sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=0, isolation_level=None)
+            version = int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        except (OSError, sqlite3.Error):
+            self._forget_watch()
+            return False
+        before, self._watched = self._watched, (*identity, version)
+        return before == self._watched
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -69,24 +89,20 @@ class Store:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._forget_watch()
         await self._engine.dispose()
 
+    def _forget_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self._watch, self._watched = None, ()
 
-class _MigrationLock:
-    """Two first openers must not migrate at once; PostgreSQL has its own lock in `_migrate`."""
-
-    def __init__(self, file: Path | None) -> None:
-        self._path = file.with_name(f".{file.name}.lock") if file else None
-        self._descriptor = -1
-
-    def __enter__(self) -> None:
-        if self._path is not None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+    async def _schema(self) -> str:
+        """The migration the database is at; empty for a new one."""
+        async with self.transaction() as connection:
+            if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+                return ""
+            return str((await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar() or "")
 
 
 def _set_pragmas(connection: Any, _: object) -> None:
@@ -96,15 +112,12 @@ def _set_pragmas(connection: Any, _: object) -> None:
     cursor.close()
 
 
-def _migrate(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7252013)")
-    current = MigrationContext.configure(connection).get_current_revision()
-    known = ScriptDirectory.from_config(config)
-    head = known.get_current_head()
-    if current == head or (current is not None and current not in {s.revision for s in known.walk_revisions()}):
-        return  # up to date, or made by a newer release: its schema still serves this one
-    command.upgrade(config, "head")
+async def _migrate(url: str) -> None:
+    """Run `gateway.store.schema`; the URL may hold a password, so it goes through standard input."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.store.schema",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, complaint = await process.communicate(url.encode())
+    if process.returncode:
+        raise StoreError(f"the database cannot be migrated ({complaint.decode(errors='replace').strip()[-200:]})")
