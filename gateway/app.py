@@ -94,8 +94,7 @@ class Gateway:
             limits.settle(exchange)
 
     def _choose_target(self, exchange: Exchange) -> None:
-        names = self._directory.names()
-        if not exchange.model and len(names) == 1:
+        if not exchange.model and len(names := self._directory.names()) == 1:
             exchange.model = names[0]
         exchange.target = self._directory.get(exchange.model)
         if exchange.target is None:

@@ -5,7 +5,7 @@ Rules: nothing here imports another room; nothing here holds a prompt, an answer
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 JsonObject = dict[str, Any]
 
@@ -52,13 +52,15 @@ class Operation:
     streams: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens the engine says a request used; `None` where it did not say."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+
+
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,14 @@ class Decision:
     obligations: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+PERMITTED = Decision(permitted=True)
+
+
+class Receipt(NamedTuple):
     """Locator of a durable audit record: the log it is in and its leaf index."""
 
     log_id: str
-    index: int
+    leaf: int
 
     def __str__(self) -> str:
-        return f"{self.log_id}/{self.index}"
+        return f"{self.log_id}/{self.leaf}"

@@ -1,13 +1,13 @@
 """The gateway's side of the audit log: many appends per write, futures resolved as groups become durable.
 
 One group is under way at a time: what is appended meanwhile becomes the next group, so that load makes
-groups larger instead of more frequent, and the auditor is woken once per group. `append` never blocks and never raises: its future fails with AuditUnavailable at once while the auditor is
-away, and at the deadline when it is silent. A lost connection is made again by itself.
+groups larger instead of more frequent, and the auditor is woken once per group. `append` never blocks and
+never raises: its future fails with AuditUnavailable at once while the auditor is away, and at the deadline
+when it is silent. A lost connection is made again by itself.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from gateway.audit import protocol
 from gateway.audit.errors import AuditUnavailable
 
-MAX_PENDING = 65536
+MAX_WAITING = 65536
 RECONNECT_S = 0.1
 
 Located = tuple[str, int]
@@ -40,10 +40,12 @@ class _Connection(asyncio.Protocol):
                 return
             self.log_id = data[: protocol.HELLO_BYTES].rstrip(b"\x00").decode("ascii", "replace")
             data = data[protocol.HELLO_BYTES :]
-            self._client.greeted(self)
-        whole = len(data) - len(data) % protocol.ANSWER.size
-        self._buffer = data[whole:]
-        self._client.answered(protocol.ANSWER.iter_unpack(data[:whole] if self._buffer else data), whole)
+        indices = protocol.unpack_answer(data)
+        if indices is None:
+            self._buffer = data
+            return
+        self._buffer = b""
+        self._client.answered(indices)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client.lost(self)
@@ -57,11 +59,10 @@ class AuditClient:
         self._loop = asyncio.get_running_loop()
         self._connection: _Connection | None = None
         self._encode = msgspec.json.Encoder().encode
-        self._pending: dict[int, asyncio.Future[Located]] = {}
-        self._ages: deque[tuple[int, float]] = deque()
         self._out: list[bytes] = []
-        self._under_way = 0  # records sent and not yet answered
-        self._number = 0
+        self._waiting: list[asyncio.Future[Located]] = []
+        self._sent: list[asyncio.Future[Located]] = []
+        self._sent_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -98,21 +99,21 @@ class AuditClient:
     def append(self, kind: str, fields: dict[str, Any]) -> "asyncio.Future[Located]":
         """Record something: the future gives (log id, leaf index) once it is durable."""
         future: asyncio.Future[Located] = self._loop.create_future()
-        if not self.healthy or len(self._pending) >= MAX_PENDING:
+        connection = self._connection
+        if connection is None or not connection.log_id or len(self._waiting) >= MAX_WAITING:
             future.set_exception(AuditUnavailable("the auditor cannot be reached"))
             return future
-        self._number = number = (self._number + 1) & 0xFFFFFFFF
-        payload = self._encode((kind, fields))
-        if len(payload) > protocol.MAX_PAYLOAD_BYTES:
+        try:
+            payload = self._encode((kind, fields))
+        except UnicodeEncodeError:  # a lone surrogate
+            payload = json.dumps((kind, fields)).encode()
+        if len(payload) > protocol.MAX_RECORD_PAYLOAD_BYTES:
             future.set_exception(AuditUnavailable("the record is too large"))
             return future
-        self._pending[number] = future
-        self._ages.append((number, self._loop.time()))
-        if not self._out and not self._under_way:
+        if not self._out and not self._sent:
             self._loop.call_soon(self._flush)
-        self._out += (protocol.REQUEST.pack(len(payload), number), payload)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._deadline_s, self._check_deadline)
+        self._out.append(payload)
+        self._waiting.append(future)
         return future
 
     async def close(self) -> None:
@@ -126,22 +127,22 @@ class AuditClient:
             self._connection.transport.close()
         self._fail_all()
 
-    def greeted(self, connection: _Connection) -> None:
-        """The auditor has named its log."""
-
-    def answered(self, answers: Iterator[tuple[int, int, int]], length: int) -> None:
-        """Some records are durable, or refused."""
-        pending, connection = self._pending, self._connection
-        self._under_way -= length // protocol.ANSWER.size
-        for number, status, index in answers:
-            future = pending.pop(number, None)
-            if future is None or future.done():
+    def answered(self, indices: tuple[int, ...]) -> None:
+        """The group under way is durable."""
+        sent, self._sent = self._sent, []
+        if self._connection is None or len(indices) != len(sent):
+            self._abort()
+            self._fail(sent)
+            return
+        log_id = self._connection.log_id
+        for future, index in zip(sent, indices, strict=True):
+            if future.done():
                 continue
-            if status == protocol.OK and connection is not None:
-                future.set_result((connection.log_id, index))
-            else:
+            if index == protocol.REFUSED:
                 future.set_exception(AuditUnavailable("the auditor refused the record"))
-        if self._out and self._under_way <= 0:
+            else:
+                future.set_result((log_id, index))
+        if self._out:
             self._flush()
 
     def lost(self, connection: _Connection) -> None:
@@ -153,32 +154,41 @@ class AuditClient:
                 self._reconnect()
 
     def _flush(self) -> None:
-        out, self._out = self._out, []
-        if out and self._connection is not None and self._connection.transport is not None:
-            self._under_way = len(out) // 2
-            self._connection.transport.write(b"".join(out))
+        connection, count = self._connection, len(self._out)
+        if not count or self._sent or connection is None or connection.transport is None:
+            return
+        while count > 1 and sum(map(len, self._out[:count])) + count > protocol.MAX_GROUP_BYTES:
+            count //= 2
+        group, self._out = b",".join(self._out[:count]), self._out[count:]
+        self._sent, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._sent_s = self._loop.time()
+        connection.transport.write(b"%b[%b]" % (protocol.LENGTH.pack(len(group) + 2), group))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._deadline_s, self._check_deadline)
 
     def _check_deadline(self) -> None:
+        """While a group is under way: give the auditor up when it has been silent for the deadline."""
         self._timer = None
-        now, ages = self._loop.time(), self._ages
-        while ages and ages[0][0] not in self._pending:
-            ages.popleft()
-        if not ages:
-            return
-        if ages[0][1] + self._deadline_s <= now:
-            if self._connection is not None and self._connection.transport is not None:
-                self._connection.transport.abort()
-            return
-        self._timer = self._loop.call_later(ages[0][1] + self._deadline_s - now, self._check_deadline)
+        if self._sent:
+            left_s = self._sent_s + self._deadline_s - self._loop.time()
+            if left_s <= 0:
+                self._abort()
+            else:
+                self._timer = self._loop.call_later(left_s, self._check_deadline)
 
-    def _fail_all(self) -> None:
-        pending, self._pending = self._pending, {}
-        self._ages.clear()
-        self._out.clear()
-        self._under_way = 0
-        for future in pending.values():
+    def _abort(self) -> None:
+        if self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.abort()
+
+    def _fail(self, futures: list["asyncio.Future[Located]"]) -> None:
+        for future in futures:
             if not future.done():
                 future.set_exception(AuditUnavailable("the auditor is gone"))
+
+    def _fail_all(self) -> None:
+        futures = self._sent + self._waiting
+        self._sent, self._waiting, self._out = [], [], []
+        self._fail(futures)
 
     def _reconnect(self) -> None:
         self._task = self._loop.create_task(self._keep_trying())

@@ -7,6 +7,7 @@ one, which verifies from disk first. While nothing happens it sleeps without a t
 
 import argparse
 import ctypes
+import gc
 import os
 import secrets
 import selectors
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gateway.audit import protocol
 from gateway.audit.checkpoint import log_id
 from gateway.audit.errors import AuditDamaged, RecordInvalid
-from gateway.audit.record import decode_request
+from gateway.audit.record import decode_group
 from gateway.audit.writer import CHECKPOINT_RECORDS, Entry, Writer
 from gateway.trust.notes import Signer, TrustError, load_or_create_key
 
@@ -30,11 +31,12 @@ CHECKPOINT_S = 1.0
 MAX_CLIENTS = 1024
 RECEIVE_BYTES = 256 << 10
 PR_SET_PDEATHSIG = 1
+GC_OBJECTS = 50_000  # records leave no cycles behind
 EXIT_DAMAGED, EXIT_FAULT = 4, 3
 
 
 class Client:
-    """One connected gateway process and what of its frames is still incomplete."""
+    """One connected gateway process and what of its groups is still incomplete."""
 
     __slots__ = ("buffer", "connection")
 
@@ -42,30 +44,32 @@ class Client:
         self.connection = connection
         self.buffer = b""
 
-    def receive(self) -> list[tuple[int, bytes]] | None:
-        """The complete frames that have arrived; `None` when the client is gone or breaks the protocol."""
+    def receive(self, scratch: memoryview) -> list[bytes | memoryview] | None:
+        """The complete groups that have arrived, valid until `scratch` is used again; `None`: drop this client."""
         try:
-            data = self.connection.recv(RECEIVE_BYTES)
+            received = self.connection.recv_into(scratch)
         except BlockingIOError:
             return []
         except OSError:
             return None
-        if not data:
+        if not received:
             return None
-        buffer = self.buffer + data if self.buffer else data
-        frames: list[tuple[int, bytes]] = []
-        position, size = 0, len(buffer)
-        while size - position >= protocol.REQUEST.size:
-            length, number = protocol.REQUEST.unpack_from(buffer, position)
-            if length > protocol.MAX_PAYLOAD_BYTES:
+        buffer: bytes | memoryview = scratch[:received]
+        if self.buffer:
+            buffer = self.buffer + buffer
+        groups: list[bytes | memoryview] = []
+        position, size, header = 0, len(buffer), protocol.LENGTH.size
+        while size - position >= header:
+            (length,) = protocol.LENGTH.unpack_from(buffer, position)
+            if length > protocol.MAX_GROUP_BYTES:
                 return None
-            end = position + protocol.REQUEST.size + length
+            end = position + header + length
             if end > size:
                 break
-            frames.append((number, buffer[position + protocol.REQUEST.size : end]))
+            groups.append(buffer[position + header : end])
             position = end
-        self.buffer = buffer[position:]
-        return frames
+        self.buffer = bytes(buffer[position:])
+        return groups
 
 
 class Auditor:
@@ -83,6 +87,7 @@ class Auditor:
         self._signed_at = time.monotonic()
         self._stopping = False
         self._clients = 0
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
 
     def stop(self, *_: object) -> None:
         """Signal handler: finish what has arrived, then end cleanly."""
@@ -106,41 +111,35 @@ class Auditor:
     def _turn(self, timeout: float | None) -> None:
         entries: list[Entry] = []
         owners: list[tuple[Client, int]] = []
-        refused: list[tuple[Client, int]] = []
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._wake:
                 self._wake.recv(64)
             else:
-                self._collect(key.data, entries, owners, refused)
-        if not entries and not refused:
+                self._collect(key.data, entries, owners)
+        if not entries:
             return
-        results = self._writer.append(entries) if entries else []
-        answers: dict[Client, list[bytes]] = {}
-        for (client, number), result in zip(owners, results, strict=True):
-            bad = isinstance(result, RecordInvalid)
-            answer = protocol.ANSWER.pack(number, protocol.REFUSED if bad else protocol.OK, 0 if bad else result)
-            answers.setdefault(client, []).append(answer)
-        for client, number in refused:
-            answers.setdefault(client, []).append(protocol.ANSWER.pack(number, protocol.REFUSED, 0))
-        for client, parts in answers.items():
-            self._answer(client, b"".join(parts))
+        results = [protocol.REFUSED if isinstance(r, RecordInvalid) else r for r in self._writer.append(entries)]
+        position = 0
+        for client, count in owners:
+            self._answer(client, protocol.pack_answer(results[position : position + count]))
+            position += count
 
-    def _collect(
-        self, client: Client, entries: list[Entry], owners: list[tuple[Client, int]], refused: list[tuple[Client, int]]
-    ) -> None:
-        frames = client.receive()
-        if frames is None:
+    def _collect(self, client: Client, entries: list[Entry], owners: list[tuple[Client, int]]) -> None:
+        groups = client.receive(self._scratch)
+        if groups is None:
             self._drop(client)
             return
-        for number, payload in frames:
+        for payload in groups:
             try:
-                entries.append(decode_request(payload))
-                owners.append((client, number))
+                group = decode_group(payload)
             except RecordInvalid as error:
-                print(f"refused a record: {error}", file=sys.stderr, flush=True)
-                refused.append((client, number))
+                print(f"a client is dropped: {error}", file=sys.stderr, flush=True)
+                self._drop(client)
+                return
+            entries += group
+            owners.append((client, len(group)))
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -214,6 +213,8 @@ def main() -> int:
         auditor = Auditor(writer, _listen(arguments.socket), arguments.owner_uid)
         signal.signal(signal.SIGTERM, auditor.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        gc.freeze()
+        gc.set_threshold(GC_OBJECTS)
         print("ready", flush=True)
         auditor.run()
         arguments.socket.unlink(missing_ok=True)

@@ -21,20 +21,21 @@ def _no_float(text: str) -> NoReturn:
     raise RecordInvalid(f"a record holds no floats, {text[:20]} is one")
 
 
-_DECODER = msgspec.json.Decoder(tuple[str, dict[str, Any]], float_hook=_no_float)
+_DECODER = msgspec.json.Decoder(list[tuple[str, dict[str, Any]]], float_hook=_no_float)
 
 
-def decode_request(payload: bytes) -> tuple[str, dict[str, Any]]:
-    """The kind and fields that a client asks to record; raises RecordInvalid."""
+def decode_group(payload: bytes | memoryview) -> list[tuple[str, dict[str, Any]]]:
+    """The (kind, fields) that a client asks to record; raises RecordInvalid."""
     try:
-        kind, fields = _DECODER.decode(payload)
+        group = _DECODER.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RecordInvalid(f"not a record: {type(error).__name__}") from None
-    if not kind or len(kind) > 64 or not kind.isascii():
-        raise RecordInvalid("the kind of a record is short ASCII text")
-    if not OWN_FIELDS.isdisjoint(fields):
-        raise RecordInvalid("a record's own fields are set by the auditor")
-    return kind, fields
+        raise RecordInvalid(f"not a group of records: {type(error).__name__}") from None
+    for kind, fields in group:
+        if not kind or len(kind) > 64 or not kind.isascii():
+            raise RecordInvalid("the kind of a record is short ASCII text")
+        if not OWN_FIELDS.isdisjoint(fields):
+            raise RecordInvalid("a record's own fields are set by the auditor")
+    return group
 
 
 def encode(record: dict[str, Any]) -> bytes:

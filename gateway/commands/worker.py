@@ -35,6 +35,7 @@ from gateway.telemetry.metrics import Telemetry
 
 REFRESH_S = 0.5
 BACKLOG = 2048
+GC_OBJECTS = 3_000  # requests leave few cycles behind: look for them seldom
 
 
 class Worker:
@@ -73,6 +74,7 @@ class Worker:
         refresh = asyncio.create_task(self._refresh(ring, directory, front))
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_OBJECTS, 20, 50)
         os.write(ready, b"r")
         os.close(ready)
         await self._stop.wait()
@@ -92,7 +94,7 @@ class Worker:
         server = self._settings.server
         config = Config(
             gateway, loop="none", http="httptools", ws="none", lifespan="off", interface="asgi3", log_config=None,
-            proxy_headers=False, server_header=False, timeout_keep_alive=int(server.keep_alive_s), backlog=BACKLOG,
+            proxy_headers=False, server_header=False, backlog=BACKLOG,
         )  # fmt: skip
         config.load()
         bounds = Bounds(
@@ -100,6 +102,7 @@ class Worker:
             server.max_header_bytes,
             server.max_body_bytes,
             server.request_deadline_s,
+            server.keep_alive_s,
             server.max_connections,
         )
         return Front(config, bounds, gateway.new_request_id, gateway.protocol_refused)

@@ -79,7 +79,7 @@ class EngineConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._sink: AnswerSink | None = None
         self._request = b""
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
         self._header_bytes = self._header_count = 0
@@ -102,7 +102,6 @@ class EngineConnection(asyncio.Protocol):
         transport = cast("asyncio.Transport", self._transport)
         self._sink = sink
         self._request = request if self.exchanges else b""
-        self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._header_bytes = self._header_count = self._answer_bytes = 0
         self._headers_done = self._ended = self._interim = False
@@ -129,8 +128,8 @@ class EngineConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        sink, parser = self._sink, self._parser
-        if sink is None or parser is None:
+        sink = self._sink
+        if sink is None:
             self.abort()  # bytes nobody asked for
             return
         self.touched_s = self._pool.now()
@@ -138,7 +137,7 @@ class EngineConnection(asyncio.Protocol):
         try:
             if not self._headers_done:
                 self._header_bytes += len(data)
-            parser.feed_data(data)
+            self._parser.feed_data(data)
             if not self._headers_done and self._header_bytes > MAX_HEADER_BYTES:
                 raise EngineAnswerError("the answer's headers are too large")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, EngineAnswerError) as error:
@@ -151,13 +150,12 @@ class EngineConnection(asyncio.Protocol):
             pieces, self._pieces = self._pieces, []
             sink.answer_data(pieces)
         if self._ended and self._sink is sink:
-            self._sink = self._parser = None
+            self._sink = None
             self._pool.release(self, reusable=self._reusable)
             sink.answer_ended()
 
     def eof_received(self) -> None:
-        parser = self._parser
-        if self._sink is not None and parser is not None and self._headers_done and not self._ended:
+        if self._sink is not None and self._headers_done and not self._ended:
             framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
             if not framed:  # RFC 9112 section 6.3 rule 8: the body ends with the connection
                 sink, self._sink = self._sink, None
@@ -196,7 +194,7 @@ class EngineConnection(asyncio.Protocol):
         self._headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
-        status = cast("httptools.HttpResponseParser", self._parser).get_status_code()
+        status = self._parser.get_status_code()
         self._interim = status < 200
         if self._interim:
             if status == 101:
@@ -215,7 +213,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._ended = not self._interim
-        self._reusable = cast("httptools.HttpResponseParser", self._parser).should_keep_alive()  # forgotten afterwards
+        self._reusable = self._parser.should_keep_alive()  # forgotten afterwards
 
 
 class EnginePool:

@@ -7,7 +7,6 @@ anew, so whatever was decided on is what the engine sees. Source: RFC 8259; RFC 
 
 import json
 import math
-import re
 from typing import Any, cast
 
 import msgspec
@@ -19,7 +18,6 @@ from gateway.guard.exchange import Exchange
 
 MAX_DEPTH = 64
 MAX_CHOICES = 128
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _STEERING = (
     "cache_salt",
     "kv_transfer_params",
@@ -34,6 +32,7 @@ _STEERING = (
 )
 _MEDIA_KEYS = frozenset({"image_url", "audio_url", "video_url", "file_url", "source"})
 _OPAQUE_KEYS = frozenset({"tools", "arguments", "response_format", "structured_outputs", "metadata", "functions"})
+_WHITESPACE = " \t\n\r"  # RFC 8259 section 2
 _ENCODER = msgspec.json.Encoder()
 _SALTED = frozenset({"chat.completions.create", "completions.create", "responses.create"})
 
@@ -74,9 +73,8 @@ _DECODER = json.JSONDecoder(
 def parse(raw: bytes) -> JsonObject:
     """Parse one JSON object strictly; raises a 400 Refusal that never repeats the input."""
     try:
-        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-            _check_depth(raw)
-        value = _DECODER.decode(raw.decode())
+        text = raw.decode().strip(_WHITESPACE)
+        value, end = _DECODER.raw_decode(text)
     except UnicodeDecodeError:
         raise _bad_json("The body is not UTF-8.") from None
     except _Unacceptable as error:
@@ -85,21 +83,29 @@ def parse(raw: bytes) -> JsonObject:
         raise _bad_json(f"The body is not JSON: {error.msg} at character {error.pos}.") from None
     except RecursionError:
         raise _bad_json("The body is nested too deeply.") from None
+    if end != len(text):
+        raise _bad_json(f"The body is not JSON: more follows after character {end}.")
     if not isinstance(value, dict):
         raise _bad_json("The body is not a JSON object.")
     return value
 
 
-def _check_depth(raw: bytes) -> None:
-    depth = 0
-    for match in _BRACKETS.finditer(raw):
-        token = match[0][:1]
-        if token in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _Unacceptable(f"The body is nested deeper than {MAX_DEPTH}.")
-        elif token in b"]}":
-            depth -= 1
+def _holds_media(document: JsonObject) -> bool:
+    """Whether any key may hold media; raises a 400 Refusal for nesting deeper than MAX_DEPTH."""
+    level: list[Any] = [document]
+    found = False
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            children = value
+            if type(value) is dict:
+                children = value.values()
+                found = found or not _MEDIA_KEYS.isdisjoint(value)
+            inner += [child for child in children if type(child) is dict or type(child) is list]
+        if not inner:
+            return found
+        level = inner
+    raise _bad_json(f"The body is nested deeper than {MAX_DEPTH}.")
 
 
 def _bad_json(message: str) -> Refusal:
@@ -137,7 +143,7 @@ def understand(exchange: Exchange, raw: bytes) -> None:
             raise errors.bad_request(
                 "field_not_allowed", f"'{name}' steers the engine and is set by the gateway. Leave it out.", param=name
             )
-    if b"url" in raw or b"\\u" in raw:
+    if _holds_media(document):
         _refuse_remote_media(document)
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):

@@ -27,6 +27,28 @@ _EVENT_STREAM = b"text/event-stream"
 class Relay:
     """One answer on its way from the engine to the client."""
 
+    __slots__ = (
+        "_bytes_out",
+        "_chunked",
+        "_connection",
+        "_exchange",
+        "_failure",
+        "_finished",
+        "_first_s",
+        "_gaps",
+        "_gate",
+        "_head",
+        "_held",
+        "_kept",
+        "_last_s",
+        "_loop",
+        "_records",
+        "_responder",
+        "_settled",
+        "_status",
+        "_telemetry",
+    )
+
     def __init__(
         self, exchange: Exchange, records: Records, telemetry: Telemetry, loop: asyncio.AbstractEventLoop
     ) -> None:

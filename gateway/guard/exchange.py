@@ -6,7 +6,7 @@ only until the engine has it.
 
 from typing import Any, Protocol
 
-from gateway.domain import Decision, JsonObject, Operation, Principal, Receipt, Usage
+from gateway.domain import NO_USAGE, PERMITTED, Decision, JsonObject, Operation, Principal, Receipt, Usage
 from gateway.engine.directory import Target
 
 
@@ -81,11 +81,11 @@ class Exchange:
         self.body_bytes = 0
         self.model = ""
         self.target: Target | None = None
-        self.decision = Decision(permitted=True)
+        self.decision: Decision = PERMITTED
         self.stream = False
         self.strip_usage = False
         self.receipt: Receipt | None = None
-        self.usage = Usage()
+        self.usage: Usage = NO_USAGE
         self.status = 0
         self.outcome = ""
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -22,6 +23,7 @@ from gateway.errors import Refusal
 from gateway.guard.routes import dialect_of
 
 SWEEP_S = 0.5
+MAX_READ_BYTES = 256 << 10  # what the loop reads at once
 RESPONDER = "cloister.responder"
 
 
@@ -33,6 +35,7 @@ class Bounds:
     header_bytes: int
     body_bytes: int
     deadline_s: float
+    idle_s: float
     connections: int
 
 
@@ -59,7 +62,8 @@ class Front:
         self.config, self.bounds = config, bounds
         self.new_request_id, self.refused = new_request_id, refused
         self.state = ServerState()
-        self.receiving: dict[GuardProtocol, float] = {}
+        self.receiving: dict[GuardProtocol, float] = {}  # both in the order of their deadlines
+        self.idle: dict[GuardProtocol, float] = {}
         self._loop = asyncio.get_running_loop()
         self._sweeping = False
 
@@ -71,24 +75,61 @@ class Front:
         """Start the deadline for receiving a request, unless it runs already."""
         if protocol not in self.receiving:
             self.receiving[protocol] = self._loop.time() + self.bounds.deadline_s
-            if not self._sweeping:
-                self._sweeping = True
-                self._loop.call_later(SWEEP_S, self._sweep)
+            self._keep_sweeping()
+
+    def rest(self, protocol: "GuardProtocol") -> None:
+        """The connection waits for a next request, for a while."""
+        self.idle[protocol] = self._loop.time() + self.bounds.idle_s
+        if not self._sweeping:
+            self._keep_sweeping()
+
+    def _keep_sweeping(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        for protocol in [late for late, deadline in self.receiving.items() if deadline <= now]:
-            del self.receiving[protocol]
+        for protocol in _due(self.receiving, now):
             protocol.expire()
-        self._sweeping = bool(self.receiving)
-        if self._sweeping:
-            self._loop.call_later(SWEEP_S, self._sweep)
+        for protocol in _due(self.idle, now):
+            protocol.transport.close()
+        self._sweeping = False
+        if self.receiving or self.idle:
+            self._keep_sweeping()
+
+
+def _due(deadlines: "dict[GuardProtocol, float]", now: float) -> "list[GuardProtocol]":
+    due = []
+    for protocol, deadline in deadlines.items():
+        if deadline > now:
+            break
+        due.append(protocol)
+    for protocol in due:
+        del deadlines[protocol]
+    return due
+
+
+def _nothing() -> None:
+    pass
 
 
 class Cycle(RequestResponseCycle):
     """One request and its response, writable without an ASGI message per chunk."""
 
     owner: ConnectionOwner | None = None
+    task: asyncio.Task[None] | None = None
+
+    async def serve(self, app: Any, tasks: set[asyncio.Task[None]]) -> None:
+        """Run the application, which answers every exception itself; an answer it left open ends visibly broken."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        finally:
+            tasks.discard(cast("asyncio.Task[None]", self.task))
+            self.task = None
+            if not self.response_complete and not self.disconnected:
+                self.transport.close()
+            self.on_response = _nothing
 
     @property
     def started(self) -> bool:
@@ -155,8 +196,8 @@ class GuardProtocol(HttpToolsProtocol):
         super().__init__(front.config, front.state, {}, loop)
         self.front = front
         self.access_log = False
-        self.header_bytes = self.header_count = self.body_bytes = 0
-        self.message_open = False
+        self.header_bytes = self.read_bytes = self.body_bytes = 0
+        self.message_open = self.in_body = False
         self.refusal: Refusal | None = None
         self.running: Cycle | None = None
 
@@ -171,7 +212,7 @@ class GuardProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.front.receiving.pop(self, None)
-        self._unset_keepalive_if_required()
+        self.front.idle.pop(self, None)
         self.pipeline.clear()
         super().connection_lost(exc)
         running = self.running
@@ -184,8 +225,10 @@ class GuardProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
+        idle = self.front.idle
+        if idle:
+            idle.pop(self, None)
+        self.read_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -196,6 +239,11 @@ class GuardProtocol(HttpToolsProtocol):
             self._refuse(self.refusal or errors.bad_request("malformed_http", text, close=True))
             return
         if self.message_open:
+            if not self.in_body:
+                self.header_bytes += self.read_bytes
+                if self._headers_too_large():
+                    self._refuse(errors.headers_too_large())
+                    return
             if not self.pipeline:
                 self.front.watch(self)
         elif self.front.receiving:
@@ -247,28 +295,29 @@ class GuardProtocol(HttpToolsProtocol):
         raise ValueError(refusal.reason)
 
     def on_message_begin(self) -> None:
-        self.header_bytes = self.header_count = self.body_bytes = 0
-        self.message_open = True
+        self.header_bytes = self.body_bytes = 0
+        self.message_open, self.in_body = True, False
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        self.header_bytes += len(url)
-        if self.header_bytes > self.front.bounds.header_bytes:
-            self._stop(errors.headers_too_large())
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.header_count += 1
-        self.header_bytes += len(name) + len(value)
-        bounds = self.front.bounds
-        if self.header_count > bounds.header_count or self.header_bytes > bounds.header_bytes:
-            self._stop(errors.headers_too_large())
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        self.in_body = True
+        self.header_bytes += self.read_bytes
+        if len(self.headers) > self.front.bounds.header_count or self._headers_too_large():
+            self._stop(errors.headers_too_large())
+        self._open_cycle()
+
+    def _headers_too_large(self) -> bool:
+        """By what is parsed; what one read may add to that and a header still open are allowed for."""
+        bound = self.front.bounds.header_bytes
+        if self.header_bytes <= bound:
+            return False
+        parsed = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        return parsed > bound or self.header_bytes > bound + MAX_READ_BYTES
+
+    def _open_cycle(self) -> None:
         parser = self.parser
         scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
         scope["method"] = parser.get_method().decode("ascii")
@@ -303,20 +352,36 @@ class GuardProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((cycle, self.app))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.running = cast("Cycle", cycle)
-        task = self.loop.create_task(cycle.run_asgi(app), context=contextvars.Context())
+        self.running = running = cast("Cycle", cycle)
+        running.task = task = self.loop.create_task(running.serve(app, self.tasks), context=contextvars.Context())
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
         if self.body_bytes > self.front.bounds.body_bytes:
             self._stop(errors.too_large(self.front.bounds.body_bytes))
-        super().on_body(body)
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self.message_open = False
-        super().on_message_complete()
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.front.rest(self)
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()

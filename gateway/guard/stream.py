@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from gateway.domain import Usage
+from gateway.domain import NO_USAGE, Usage
 
 MAX_HELD_BYTES = 64 << 20
 _END_OF_EVENT = re.compile(rb"\r?\n\r?\n")
@@ -45,7 +45,7 @@ _DECODER = msgspec.json.Decoder(_Whole)
 
 def usage_of(document: bytes, known: Usage | None = None) -> Usage:
     """The usage an answer or event states; what it does not state stays as `known`."""
-    known = known or Usage()
+    known = known or NO_USAGE
     try:
         whole = _DECODER.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -55,15 +55,14 @@ def usage_of(document: bytes, known: Usage | None = None) -> Usage:
     if block is None:
         return known
     details = block.prompt_tokens_details or block.input_tokens_details
+    cached = details.cached_tokens if details else block.cache_read_input_tokens
+    read = block.input_tokens if block.prompt_tokens is None else block.prompt_tokens
+    written = block.output_tokens if block.completion_tokens is None else block.completion_tokens
     return Usage(
-        _first(block.prompt_tokens, block.input_tokens, known.input_tokens),
-        _first(block.completion_tokens, block.output_tokens, known.output_tokens),
-        _first(details.cached_tokens if details else None, block.cache_read_input_tokens, known.cached_tokens),
+        known.input_tokens if read is None else read,
+        known.output_tokens if written is None else written,
+        known.cached_tokens if cached is None else cached,
     )
-
-
-def _first(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
 
 
 def _data_of(event: bytes) -> bytes:
@@ -92,7 +91,7 @@ class StreamGate:
         self.held = b""
         self.ended = False
         self.failed = False
-        self.usage = Usage()
+        self.usage: Usage = NO_USAGE
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes of the engine, return those that go out now."""

@@ -7,7 +7,8 @@ from the code.
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -102,6 +103,17 @@ class Instruments:
         )
 
 
+class Served:
+    """What was recorded about the requests of one operation, model and tenant since the last flush."""
+
+    __slots__ = ("duration", "first_byte", "outcomes", "tokens_in", "tokens_out")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.first_byte, self.duration = Tally(SECONDS), Tally(SECONDS)
+        self.tokens_in = self.tokens_out = 0
+
+
 class Telemetry:
     """Records what happens in one worker; flushes by itself while there is something to flush."""
 
@@ -110,10 +122,11 @@ class Telemetry:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._counts: dict[tuple[str, ...], float] = {}
-        self._tallies: dict[tuple[str, ...], Tally] = {}
+        self._served: dict[tuple[str, str, str], Served] = {}
+        self._gaps: dict[str, Tally] = {}
         self._audit = Tally(AUDIT_SECONDS)
         self._streams = self._in_flight = 0
-        self._children: dict[Hashable, Counter | Histogram] = {}
+        self._children: dict[tuple[str, tuple[str, ...]], Counter | Histogram] = {}
 
     def request_started(self, *, stream: bool) -> None:
         """A request goes to an engine."""
@@ -134,17 +147,19 @@ class Telemetry:
         """A request that went to an engine is over; `key` is (operation, model, tenant)."""
         self._in_flight -= 1
         self._streams -= stream
-        self._count(("requests", *key, outcome), 1)
+        served = self._served.get(key)
+        if served is None:
+            served = self._served[key] = Served()
+        served.outcomes[outcome] = served.outcomes.get(outcome, 0) + 1
         if first_byte_s is not None:
-            self._tally(("first_byte", *key), SECONDS).add(first_byte_s)
-        self._tally(("duration", *key), SECONDS).add(total_s)
-        if tokens[0]:
-            self._count(("tokens_in", key[1], key[2]), tokens[0])
-        if tokens[1]:
-            self._count(("tokens_out", key[1], key[2]), tokens[1])
+            served.first_byte.add(first_byte_s)
+        served.duration.add(total_s)
+        served.tokens_in += tokens[0]
+        served.tokens_out += tokens[1]
         if gaps is not None:
-            self._tally(("chunk_gap", key[1]), CHUNK_SECONDS).merge(gaps)
-        self._arm()
+            self._gaps.setdefault(key[1], Tally(CHUNK_SECONDS)).merge(gaps)
+        if self._timer is None:
+            self._arm()
 
     def request_answered(self, key: tuple[str, str, str], outcome: str) -> None:
         """A request was answered without an engine."""
@@ -167,13 +182,11 @@ class Telemetry:
             self._timer = None
         counts, self._counts = self._counts, {}
         for key, amount in counts.items():
-            counter = self._child(key)
-            if isinstance(counter, Counter):
-                counter.inc(amount)
-        for key, tally in self._tallies.items():
-            histogram = self._child(key)
-            if isinstance(histogram, Histogram):
-                tally.flush(histogram)
+            self._counter(*key).inc(amount)
+        for shared, served in self._served.items():
+            self._flush_served(shared, served)
+        for model, gaps in self._gaps.items():
+            gaps.flush(self._histogram("chunk_gap", model))
         self._audit.flush(self._instruments.audit)
         self._instruments.streams.set(self._streams)
         self._instruments.in_flight.set(self._in_flight)
@@ -187,15 +200,26 @@ class Telemetry:
     def _count(self, key: tuple[str, ...], amount: float) -> None:
         self._counts[key] = self._counts.get(key, 0) + amount
 
-    def _tally(self, key: tuple[str, ...], bounds: Sequence[float]) -> Tally:
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = Tally(bounds)
-        return tally
+    def _flush_served(self, key: tuple[str, str, str], served: Served) -> None:
+        for outcome, count in served.outcomes.items():
+            self._counter("requests", *key, outcome).inc(count)
+        served.outcomes.clear()
+        served.first_byte.flush(self._histogram("first_byte", *key))
+        served.duration.flush(self._histogram("duration", *key))
+        if served.tokens_in or served.tokens_out:
+            self._counter("tokens_in", *key[1:]).inc(served.tokens_in)
+            self._counter("tokens_out", *key[1:]).inc(served.tokens_out)
+            served.tokens_in = served.tokens_out = 0
 
-    def _child(self, key: tuple[str, ...]) -> Counter | Histogram:
-        child = self._children.get(key)
+    def _counter(self, name: str, *labels: str) -> Counter:
+        return cast("Counter", self._child(name, labels))
+
+    def _histogram(self, name: str, *labels: str) -> Histogram:
+        return cast("Histogram", self._child(name, labels))
+
+    def _child(self, name: str, labels: tuple[str, ...]) -> Counter | Histogram:
+        child = self._children.get((name, labels))
         if child is None:
-            parent: Counter | Histogram = getattr(self._instruments, key[0])
-            child = self._children[key] = parent.labels(*key[1:])
+            parent: Counter | Histogram = getattr(self._instruments, name)
+            child = self._children[name, labels] = parent.labels(*labels)
         return child
