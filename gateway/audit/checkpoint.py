@@ -9,6 +9,7 @@ from gateway.trust.notes import Signer, TrustError, Verifier
 
 CHECKPOINT_FILE = "checkpoint"
 KEY_FILE = "log.vkey"
+PINNED_FILE = "audit-log.vkey"  # beside the private key, outside the log: what this host's log is checked against
 
 
 @dataclass(frozen=True, slots=True)

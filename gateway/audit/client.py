@@ -105,8 +105,8 @@ class AuditClient:
             return future
         try:
             payload = self._encode((kind, fields))
-        except UnicodeEncodeError:  # a lone surrogate
-            payload = json.dumps((kind, fields)).encode()
+        except UnicodeEncodeError:  # a lone surrogate in a client's text becomes a question mark
+            payload = json.dumps((kind, fields), ensure_ascii=False).encode(errors="replace")
         if len(payload) > protocol.MAX_RECORD_PAYLOAD_BYTES:
             future.set_exception(AuditUnavailable("the record is too large"))
             return future

@@ -21,10 +21,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.audit import protocol
-from gateway.audit.checkpoint import log_id
+from gateway.audit.checkpoint import PINNED_FILE, log_id
 from gateway.audit.errors import AuditDamaged, RecordInvalid
 from gateway.audit.record import decode_group
 from gateway.audit.writer import CHECKPOINT_RECORDS, Entry, Writer
+from gateway.trust.files import write_durably
 from gateway.trust.notes import Signer, TrustError, load_or_create_key
 
 CHECKPOINT_S = 1.0
@@ -178,6 +179,14 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _pin(path: Path, vkey: str) -> None:
+    """Keep the log's key outside the log; a key that is not the pinned one signs nothing here."""
+    if not path.exists():
+        write_durably(path, f"{vkey}\n".encode(), 0o644)
+    elif path.read_text().strip() != vkey:
+        raise AuditDamaged(f"the signing key is not the one pinned in {path.name}: was it replaced?")
+
+
 def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
@@ -207,9 +216,9 @@ def main() -> int:
         arguments.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = load_or_create_key(arguments.key)
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        writer = Writer(
-            arguments.dir, Signer(log_id(public), key), durability=arguments.durability, boot=secrets.token_hex(8)
-        )
+        signer = Signer(log_id(public), key)
+        _pin(arguments.key.with_name(PINNED_FILE), signer.verifier.vkey)
+        writer = Writer(arguments.dir, signer, durability=arguments.durability, boot=secrets.token_hex(8))
         auditor = Auditor(writer, _listen(arguments.socket), arguments.owner_uid)
         signal.signal(signal.SIGTERM, auditor.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

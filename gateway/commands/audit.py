@@ -21,7 +21,6 @@ app = typer.Typer(help="The audit log: verify it, read it.", no_args_is_help=Tru
 DirArgument = Annotated[
     Path | None, typer.Argument(metavar="[DIR]", help="The log's directory; this host's by default.")
 ]
-PINNED = "audit-log.vkey"
 
 
 @app.command()
@@ -35,11 +34,12 @@ def verify(
 ) -> None:
     """Check that no record was changed, removed, reordered or forged; exit 1 when something is wrong."""
     from gateway.audit import verify as verifier
+    from gateway.audit.checkpoint import PINNED_FILE
     from gateway.config import home
     from gateway.trust.notes import TrustError, Verifier
 
     chosen = _directory(directory, config)
-    pinned = home() / "secrets" / PINNED
+    pinned = home() / "secrets" / PINNED_FILE
     anchor, trust = None, "self_asserted"
     source = log_key or (pinned if pinned.exists() else None)
     if source is not None:

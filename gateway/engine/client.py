@@ -17,6 +17,7 @@ MAX_HEADER_COUNT = 128
 IDLE_S = 4.0  # vLLM closes idle connections after 5 s
 SWEEP_S = 1.0
 CONNECT_S = 5.0
+QUEUE_FULL_S = 0.02
 
 
 class EngineUnreachable(Exception):
@@ -282,21 +283,29 @@ class EnginePool:
             connection.abort()
 
     async def _connect(self) -> EngineConnection:
-        url = self.address.url
         try:
             async with asyncio.timeout(CONNECT_S):
-                if url.startswith("unix:"):
-                    _, connection = await self._loop.create_unix_connection(lambda: EngineConnection(self), url[5:])
-                else:
-                    host, _, port = url.removeprefix("http://").rpartition(":")
-                    host = host.removeprefix("[").removesuffix("]")
-                    _, connection = await self._loop.create_connection(lambda: EngineConnection(self), host, int(port))
+                connection = await self._open_one()
+                while connection is None:  # the engine's listen queue is full: unix(7), EAGAIN
+                    await asyncio.sleep(QUEUE_FULL_S)
+                    connection = await self._open_one()
         except (OSError, TimeoutError) as error:
             raise EngineUnreachable(f"the engine cannot be reached ({type(error).__name__})") from error
         self._open.add(connection)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         return connection
+
+    async def _open_one(self) -> EngineConnection | None:
+        url = self.address.url
+        try:
+            if url.startswith("unix:"):
+                return (await self._loop.create_unix_connection(lambda: EngineConnection(self), url[5:]))[1]
+            host, _, port = url.removeprefix("http://").rpartition(":")
+            host = host.removeprefix("[").removesuffix("]")
+            return (await self._loop.create_connection(lambda: EngineConnection(self), host, int(port)))[1]
+        except BlockingIOError:
+            return None
 
     def _sweep(self) -> None:
         now = self.now()

@@ -25,6 +25,8 @@ from gateway.guard.routes import dialect_of
 SWEEP_S = 0.5
 MAX_READ_BYTES = 256 << 10  # what the loop reads at once
 RESPONDER = "cloister.responder"
+NOT_HTTP = "The request is not valid HTTP/1.1."
+_VERSIONS = frozenset({"1.0", "1.1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +237,7 @@ class GuardProtocol(HttpToolsProtocol):
             self._read_no_further(cast("Cycle", self.cycle))  # answered as plain HTTP/1.1 (RFC 9110 section 7.8)
             return
         except httptools.HttpParserError:
-            text = "The request is not valid HTTP/1.1."
-            self._refuse(self.refusal or errors.bad_request("malformed_http", text, close=True))
+            self._refuse(self.refusal or errors.bad_request("malformed_http", NOT_HTTP, close=True))
             return
         if self.message_open:
             if not self.in_body:
@@ -322,6 +323,8 @@ class GuardProtocol(HttpToolsProtocol):
         scope: dict[str, Any] = cast("dict[str, Any]", self.scope)
         scope["method"] = parser.get_method().decode("ascii")
         version = parser.get_http_version()
+        if version not in _VERSIONS:
+            self._stop(errors.bad_request("malformed_http", NOT_HTTP, close=True))
         scope["http_version"] = version
         raw_path, _, query = self.url.partition(b"?")
         if not raw_path.startswith(b"/"):
