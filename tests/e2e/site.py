@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -148,6 +148,12 @@ class Site:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=20, **options)
 
+    @contextmanager
+    def streaming(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> Iterator[httpx2.Response]:
+        """A streamed request under way."""
+        with self.client() as client, client.stream("POST", path, json=body) as response:
+            yield response
+
     def log(self) -> str:
         """All that the processes have written to standard error."""
         return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""
@@ -210,6 +216,3 @@ def raw(port: int, data: bytes, *, patience_s: float = 10.0) -> bytes:
                 return answer
             answer += block
             connection.settimeout(0.3)
-
-
-__all__ = ["CLOISTER", "Site", "chat", "free_port", "raw", "signal", "wait_until"]

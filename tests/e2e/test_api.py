@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.site import Site, chat, wait_until
+from tests.e2e.site import Site, chat, raw, wait_until
 
 STREAMS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": chat("words:4", stream=True),
@@ -59,7 +59,7 @@ def test_a_stream_is_the_engines_own_bytes(either: Site, path: str, usage: bool)
     if openai and usage:
         body["stream_options"] = {"include_usage": True}
     before = len(either.engine.sent)
-    with either.client() as client, client.stream("POST", path, json=body) as answer:
+    with either.streaming(body, path) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         got = b"".join(answer.iter_raw())
     end = b"[DONE]" if openai else b"message_stop" if path == "/v1/messages" else b"response.completed"
@@ -121,7 +121,7 @@ def test_a_hostile_or_dying_engine_gives_502_or_a_visible_break(either: Site, sc
 @pytest.mark.parametrize("script", ["die:3", "end:3"])
 def test_an_engine_that_dies_in_a_stream_is_never_a_clean_end(site: Site, path: str, script: str) -> None:
     body = json.loads(json.dumps(STREAMS[path]).replace("words:4", script))
-    with site.client() as client, client.stream("POST", path, json=body) as answer:
+    with site.streaming(body, path) as answer:
         try:
             got = b"".join(answer.iter_raw())
         except Exception:
@@ -141,7 +141,7 @@ def test_the_error_event_in_a_broken_stream_has_the_apis_form(site: Site) -> Non
     for path, mark in marks.items():
         body = json.loads(json.dumps(STREAMS[path]).replace("words:4", "die:3"))
         got = b""
-        with site.client() as client, client.stream("POST", path, json=body) as answer:
+        with site.streaming(body, path) as answer:
             try:
                 for piece in answer.iter_raw():
                     got += piece
@@ -199,8 +199,6 @@ def test_a_large_body_in_small_pieces_arrives_whole(site: Site) -> None:
 
 
 def test_requests_may_wait_behind_each_other_on_one_connection(site: Site) -> None:
-    from tests.e2e.site import raw
-
     body = json.dumps(chat("slow:20")).encode()
     one = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\n"
@@ -210,8 +208,6 @@ def test_requests_may_wait_behind_each_other_on_one_connection(site: Site) -> No
 
 
 def test_expect_100_continue_is_answered(site: Site) -> None:
-    from tests.e2e.site import raw
-
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\nexpect: 100-continue\r\n"
         b"content-type: application/json\r\ncontent-length: 20\r\n\r\n" % site.key.encode()

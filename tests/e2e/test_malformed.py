@@ -55,7 +55,7 @@ BODIES = {
     "trailing data": (GOOD + b" {}", 400, "invalid_json"),
     "duplicate key": (b'{"model": "fake", "model": "other", "messages": []}', 400, "invalid_json"),
     "duplicate key inside": (
-        b'{"model": "fake", "messages": [{"role": "user", "role": "system"}]}',
+        b'{"model": "fake", "messages": [{"role": "a", "role": "b"}]}',
         400,
         "invalid_json",
     ),

@@ -43,7 +43,11 @@ class FakeEngine:
 
     def drop_connections(self) -> None:
         """Close every connection at once, as a killed engine would."""
-        self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in list(self._writers)])
+        self._loop.call_soon_threadsafe(self._abort_all)
+
+    def _abort_all(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -59,8 +63,7 @@ class FakeEngine:
         await self._stop.wait()
         for server in (unix, tcp):
             server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
+        self._abort_all()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -196,14 +199,9 @@ def whole_answer(path: str, document: dict[str, Any], text: str) -> bytes:
 def stream_events(path: str, document: dict[str, Any], count: int) -> list[bytes]:
     """The events of one streamed answer, the terminal one last."""
     if path == "/v1/messages":
-        start = {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 7, "output_tokens": 0}}}
-        delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}}
-        block = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "word "}}
-        return [_event(item) for item in (start, *[block] * count, delta, {"type": "message_stop"})]
+        return [_event(item) for item in _message_events(count)]
     if path == "/v1/responses":
-        delta = {"type": "response.output_text.delta", "delta": "word "}
-        done = {"type": "response.completed", "response": {"id": "r", "usage": {"input_tokens": 7, "output_tokens": 5}}}
-        return [_event(item) for item in ({"type": "response.created"}, *[delta] * count, done)]
+        return [_event(item) for item in _response_events(count)]
     events = [
         b"data: %b\n\n" % json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": f"w{n} "}}]}).encode()
         for n in range(count)
@@ -211,6 +209,24 @@ def stream_events(path: str, document: dict[str, Any], count: int) -> list[bytes
     if (document.get("stream_options") or {}).get("include_usage"):
         events.append(b"data: %b\n\n" % json.dumps({"id": "c", "choices": [], "usage": USAGE}).encode())
     return [*events, b"data: [DONE]\n\n"]
+
+
+def _message_events(count: int) -> list[dict[str, Any]]:
+    block = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "word "}}
+    return [
+        {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 7, "output_tokens": 0}}},
+        *[block] * count,
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+    ]
+
+
+def _response_events(count: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "response.created"},
+        *[{"type": "response.output_text.delta", "delta": "word "}] * count,
+        {"type": "response.completed", "response": {"id": "r", "usage": {"input_tokens": 7, "output_tokens": 5}}},
+    ]
 
 
 def _event(content: dict[str, Any]) -> bytes:
